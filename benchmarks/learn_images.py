@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from avssl import config, losses
 from avssl.embedding.embedder import Embedder
 from avssl.models import create_encoder
-from avssl.optim.build import build_optimizer, set_learning_rate
+from avssl.optim.build import build_optimizer, set_schedules
 from benchmarks import learning
 from benchmarks.claims import machine
 from benchmarks.image_data import NUM_TEST, NUM_TRAIN, lightly_environment, prepare
@@ -47,8 +47,11 @@ SHARED = [
     "views.image.size_px=20",
     "views.image.small_size_px=14",
     "views.augments.small_image={crop_scale: [0.3, 1.0], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0}",
-    "views.augments.swav_small={crop_scale: [0.1, 0.4], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0,"
-    " small: true}",
+    *(
+        f"views.augments.{name}={{crop_scale: [0.1, 0.4], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0,"
+        " small: true}"
+        for name in ("swav_small", "dino_small")
+    ),
     "views.augments.small_jigsaw={crop_scale: [0.6, 1.0], brightness: 0.4, contrast: 0.4, saturation: 0.0, hue: 0.0,"
     " jigsaw: true}",
     "encoders.image={name: resnet10, width: 16, small_stem: true}",
@@ -111,6 +114,16 @@ SETTINGS: dict[str, list[str]] = {
         "loss.teacher_momentum=0.99",
         "loss.teacher_start=copy",
     ],
+    "dino": [
+        AUGMENTS,
+        "loss.projector_hidden_dims=[256,256]",
+        "loss.projector_batch_norm=true",
+        "loss.embedding_dim=64",
+        "loss.num_prototypes=1024",
+        "loss.num_small_crops=2",
+        "loss.teacher_momentum=0.99",
+        "loss.freeze_epochs=0",
+    ],
     "simsiam": [
         AUGMENTS,
         "loss.projector_hidden_dims=[256,256]",
@@ -123,7 +136,7 @@ SETTINGS: dict[str, list[str]] = {
     "vicreg": [AUGMENTS, "loss.projector_hidden_dims=[256,256]", "loss.embedding_dim=256"],
 }
 SUPERVISING = Lock()  # two jobs may want the network that is trained with labels
-LIGHTLY = ("simclr", "moco", "byol", "simsiam", "barlow_twins", "vicreg", "swav", "lejepa")
+LIGHTLY = ("simclr", "moco", "byol", "simsiam", "barlow_twins", "vicreg", "swav", "lejepa", "dino")
 
 
 def changes_of(name: str, seed: int, shards: Path) -> list[str]:
@@ -205,7 +218,7 @@ def with_labels(seed: int, folder: Path, shards: dict[str, Path]) -> Path:
         total, step, began = EPOCHS * loader.steps_per_epoch, 0, time.perf_counter()
         for epoch in range(EPOCHS):
             for batch in loader.epoch(epoch):
-                set_learning_rate(optimizer, cfg.optim, step, total)
+                set_schedules(optimizer, cfg.optim, step, total)
                 loss = sum(
                     torch.nn.functional.cross_entropy(model(view), truth[batch.index]) for view in batch.views.values()
                 )

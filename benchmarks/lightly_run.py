@@ -21,7 +21,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from lightly.loss import BarlowTwinsLoss, NegativeCosineSimilarity, NTXentLoss, SwaVLoss, VICRegLoss
+from lightly.loss import BarlowTwinsLoss, DINOLoss, NegativeCosineSimilarity, NTXentLoss, SwaVLoss, VICRegLoss
 from lightly.loss.lejepa_loss import LeJEPALoss
 from lightly.models.modules import heads
 from lightly.models.utils import deactivate_requires_grad, update_momentum
@@ -29,7 +29,7 @@ from lightly.utils.scheduler import cosine_schedule
 
 from avssl import config
 from avssl.models import create_encoder
-from avssl.optim.build import build_optimizer, set_learning_rate
+from avssl.optim.build import build_optimizer, set_schedules
 from benchmarks.learning import loader_for
 
 Views = dict[str, torch.Tensor]
@@ -64,7 +64,7 @@ class SimCLR(Method):
 
 
 class WithTeacher(Method):
-    """MoCo and BYOL: they have a slow copy of encoder and head."""
+    """MoCo, BYOL and DINO: they have a slow copy of encoder and head."""
 
     head: nn.Module
 
@@ -114,6 +114,26 @@ class BYOL(WithTeacher):
         first, second = (self.predictor(self.head(self.encoder(views[name]))) for name in ("first", "second"))
         targets = [self.teach(views[name]) for name in ("second", "first")]
         return (self.criterion(first, targets[0]) + self.criterion(second, targets[1])) / 2
+
+
+class DINO(WithTeacher):
+    def __init__(self, cfg: config.RunConfig) -> None:
+        super().__init__(cfg)
+        options = self.options
+        sizes = (options.projector_hidden_dims[0], options.embedding_dim, options.num_prototypes)
+        self.head = heads.DINOProjectionHead(self.dim, *sizes, batch_norm=options.projector_batch_norm)
+        self.make_teacher()
+        self.criterion = DINOLoss(
+            options.num_prototypes, teacher_temp=options.teacher_temperature, student_temp=options.temperature,
+            center_momentum=options.center_momentum,
+        )  # fmt: skip
+
+    def before(self, step: int, total: int) -> None:
+        self.follow(cosine_schedule(step, total, self.options.teacher_momentum, 1.0))
+
+    def value(self, views: Views) -> torch.Tensor:
+        taught = [self.teach(views[name]) for name in ("first", "second")]
+        return self.criterion(taught, [self.head(self.encoder(view)) for view in views.values()])
 
 
 class SimSiam(Method):
@@ -190,7 +210,7 @@ class LeJEPA(Method):
 
 METHODS: dict[str, Callable[[config.RunConfig], Method]] = {
     "simclr": SimCLR, "moco": MoCo, "byol": BYOL, "simsiam": SimSiam, "barlow_twins": BarlowTwins, "vicreg": VICReg,
-    "swav": SwAV, "lejepa": LeJEPA,
+    "swav": SwAV, "lejepa": LeJEPA, "dino": DINO,
 }  # fmt: skip
 
 
@@ -213,7 +233,7 @@ def main(name: str, out: Path, changes: list[str]) -> None:
     for epoch in range(cfg.epochs):
         for batch in loader.epoch(epoch):
             method.before(step, total)
-            set_learning_rate(optimizer, cfg.optim, step, total)
+            set_schedules(optimizer, cfg.optim, step, total)
             loss = method.value(batch.views)
             optimizer.zero_grad()
             loss.backward()

@@ -28,7 +28,7 @@ from avssl.losses.avid import AVID
 from avssl.losses.avid_cma import positive_set
 from avssl.losses.base import EpochContext
 from avssl.models import create_encoder
-from avssl.optim.build import build_optimizer, set_learning_rate
+from avssl.optim.build import build_optimizer, set_schedules
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.raw_view import RawView
 from avssl.transforms.view_maker import ViewMaker
@@ -113,7 +113,7 @@ class SmallRun:
                 self.optimizer.zero_grad()
                 result.total.backward()
                 loss.before_step(progress)
-                set_learning_rate(self.optimizer, cfg.optim, progress.step, cfg.steps)
+                set_schedules(self.optimizer, cfg.optim, progress.step, cfg.steps)
                 self.optimizer.step()
                 loss.update(outputs, batch.index)
                 progress.step += 1

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from avssl import config, losses
 from avssl.files.progress import Stages
 from avssl.models import create_encoder
-from avssl.optim.build import build_optimizer, set_learning_rate
+from avssl.optim.build import build_optimizer, set_schedules
 from avssl.train.monitor import Monitor
 from avssl.transforms.audio import draw_audio_params
 from avssl.transforms.color_augment import draw_color_params
@@ -116,7 +116,7 @@ class WholeStep:
 
     def optimize(self) -> None:
         """Set the learning rate and update every weight; the gradients stay for the next call."""
-        set_learning_rate(self.optimizer, self.cfg.optim, self.progress.step, self.progress.total_steps)
+        set_schedules(self.optimizer, self.cfg.optim, self.progress.step, self.progress.total_steps)
         self.optimizer.step()
 
     def outside(self) -> None:

@@ -53,7 +53,7 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
     from avssl.losses.base import EpochContext
     from avssl.models.create import create_encoder, without_weights
     from avssl.ops import kernels
-    from avssl.optim.build import build_optimizer, forget, set_learning_rate
+    from avssl.optim.build import build_optimizer, forget, set_schedules
     from avssl.prepared import shards_of
     from avssl.processes.peers import unwatch_processes, watch_processes
     from avssl.public_models import settle
@@ -168,7 +168,7 @@ def pretrain(cfg: config.RunConfig, stages: Stages) -> int:
                     if cfg.optim.clip_norm:
                         accelerator.clip_grad_norm_(model.parameters(), cfg.optim.clip_norm)
                     loss.before_step(progress)
-                    set_learning_rate(optimizer, cfg.optim, progress.step, total_steps)
+                    set_schedules(optimizer, cfg.optim, progress.step, total_steps)
                 optimizer.step()
                 optimizer.zero_grad()
                 loss.update(outputs, batch.index)

@@ -268,7 +268,25 @@ def test_wrong_input_shapes_are_explained(name: str, shape: tuple[int, ...]) -> 
     assert str(shape) in str(error.value)
 
 
-def test_a_vision_transformer_names_its_size() -> None:
-    with torch.device("meta"), pytest.raises(ValueError, match=r"224 x 224 px only, got \(32, 32\)") as error:
-        create_encoder("vit_tiny")(torch.empty(2, 3, 32, 32))
-    assert "image_size_px" in str(error.value)
+def test_a_vision_transformer_names_the_sizes_that_it_takes() -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match="patches of 16 x 16 px; got images of 32 x 40 px"):
+        create_encoder("vit_tiny")(torch.empty(2, 3, 32, 40))
+
+
+def test_positions_of_other_sizes_are_interpolated_as_those_of_transformers() -> None:
+    from transformers.models.vit.modeling_vit import ViTConfig, ViTEmbeddings
+
+    torch.manual_seed(0)
+    ours = create_encoder("vit_tiny", **TINY_VIT).eval()
+    torch.nn.init.normal_(ours.net.encoder.pos_embedding)
+    theirs = ViTEmbeddings(ViTConfig(hidden_size=192, image_size=32, patch_size=8))
+    with torch.no_grad():
+        theirs.position_embeddings.copy_(ours.net.encoder.pos_embedding)
+    for rows, columns in ((4, 4), (2, 3), (7, 4)):
+        expected = theirs.interpolate_pos_encoding(torch.zeros(1, 1 + rows * columns, 192), 8 * rows, 8 * columns)
+        torch.testing.assert_close(ours._positions(rows, columns), expected)
+    of_this_size = create_encoder("vit_tiny", **TINY_VIT | {"image_size_px": 24}).eval()
+    state = ours.state_dict() | {"net.encoder.pos_embedding": ours._positions(3, 3)}
+    of_this_size.load_state_dict(state)
+    image = torch.randn(2, 3, 24, 24)
+    torch.testing.assert_close(ours(image), of_this_size(image))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from avssl.optim.build import build_optimizer, forget, learning_rate, set_learning_rate
+from avssl.optim.build import build_optimizer, forget, learning_rate, set_schedules, weight_decay
 from avssl.optim.config import OptimConfig
 from avssl.optim.lars import LARS
 
@@ -75,7 +75,7 @@ def test_every_optimizer_steps_and_keeps_a_groups_own_scale(name):
     first, second = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2, 2))
     config = OptimConfig(name=name, lr=0.4)
     optimizer = build_optimizer(config, [{"params": [first]}, {"params": [second], "lr_scale": 0.5}])
-    set_learning_rate(optimizer, config, 0, 10)
+    set_schedules(optimizer, config, 0, 10)
     assert [group["lr"] for group in optimizer.param_groups] == [0.4, 0.2]
     first.grad = second.grad = torch.ones(2, 2)
     optimizer.step()
@@ -87,8 +87,28 @@ def test_a_group_with_a_constant_learning_rate_stays_out_of_the_schedule():
     first, second = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
     config = OptimConfig(name="sgd", lr=1.0, schedule="cosine")
     optimizer = build_optimizer(config, [{"params": [first]}, {"params": [second], "constant_lr": True}])
-    set_learning_rate(optimizer, config, 50, 100)
+    set_schedules(optimizer, config, 50, 100)
     assert [group["lr"] for group in optimizer.param_groups] == [pytest.approx(0.5), 1.0]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
+def test_weight_decay_follows_a_cosine_of_its_own_and_biases_stay_without(name):
+    layer, own = torch.nn.Linear(3, 2), torch.nn.Parameter(torch.ones(2, 2))
+    config = OptimConfig(name=name, weight_decay=0.1, final_weight_decay=0.5, exclude_biases=True, warmup_steps=40)
+    optimizer = build_optimizer(config, [{"params": list(layer.parameters())}, {"params": [own], "weight_decay": 0.3}])
+    decays = {}
+    for step in (0, 25, 50, 100, 120):
+        set_schedules(optimizer, config, step, 100)
+        decays[step] = {tuple(weight.shape): group["weight_decay"]
+                        for group in optimizer.param_groups for weight in group["params"]}  # fmt: skip
+    expected = {0: 0.1, 25: 0.3 - 0.2 * math.cos(math.pi / 4), 50: 0.3, 100: 0.5, 120: 0.5}
+    assert {step: decay[2, 3] for step, decay in decays.items()} == pytest.approx(expected)
+    assert {decay[2, 2] for decay in decays.values()} == {0.3}
+    if name != "lars":  # which leaves biases out by itself
+        assert {decay[(2,)] for decay in decays.values()} == {0.0}
+    constant = OptimConfig(name=name, weight_decay=0.1)
+    set_schedules(build_optimizer(constant, [{"params": [own]}]), constant, 50, 100)
+    assert weight_decay(constant, 50, 100) == 0.1
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "lars"])
@@ -96,7 +116,7 @@ def test_biases_can_be_excluded_from_weight_decay_and_given_a_learning_rate_of_t
     layer = torch.nn.Linear(3, 2)
     config = OptimConfig(name=name, lr=1.0, weight_decay=0.1, exclude_biases=True, bias_lr_scale=0.25)
     optimizer = build_optimizer(config, [{"params": list(layer.parameters())}])
-    set_learning_rate(optimizer, config, 0, 10)
+    set_schedules(optimizer, config, 0, 10)
     assert [group["lr"] for group in optimizer.param_groups] == [1.0, 0.25]
     before = layer.bias.detach().clone()
     layer.weight.grad, layer.bias.grad = torch.zeros(2, 3), torch.zeros(2)

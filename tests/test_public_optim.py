@@ -7,7 +7,7 @@ import timm.optim
 import torch
 
 from avssl.models import create_encoder
-from avssl.optim.build import build_optimizer, set_learning_rate
+from avssl.optim.build import build_optimizer, set_schedules
 from avssl.optim.config import OptimConfig
 from tests.public_folders import save_public
 
@@ -17,7 +17,7 @@ def groups_of(networks, **changes):
     options = {"name": "adamw", "lr": 0.5, "weight_decay": 0.05, **changes}
     config = OptimConfig(**options)
     optimizer = build_optimizer(config, [{"params": list(networks.parameters())}], networks)
-    set_learning_rate(optimizer, config, 0, 1)
+    set_schedules(optimizer, config, 0, 1)
     placed = {id(p): (group["weight_decay"], group["lr"]) for group in optimizer.param_groups for p in group["params"]}
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(networks.parameters()))
     return {name: placed[id(parameter)] for name, parameter in networks.named_parameters()}

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from avssl.losses.simsiam import SimSiam, SimSiamConfig, negative_cosine
-from avssl.optim.build import build_optimizer, set_learning_rate
+from avssl.optim.build import build_optimizer, set_schedules
 from avssl.optim.config import OptimConfig
 from avssl.types import Progress
 from tests.small_encoders import Linear
@@ -93,7 +93,7 @@ def test_the_predictor_keeps_its_learning_rate_while_the_others_follow_the_cosin
     optimizer = build_optimizer(config, loss.param_groups())
     grouped = [id(one) for group in optimizer.param_groups for one in group["params"]]
     assert sorted(grouped) == sorted(id(one) for one in loss.parameters())
-    set_learning_rate(optimizer, config, 90, 100)
+    set_schedules(optimizer, config, 90, 100)
     predictor = {id(one) for one in loss.predictors.parameters()}
     for group in optimizer.param_groups:
         expected = 0.1 if id(group["params"][0]) in predictor else 0.1 * 0.5 * (1 + np.cos(0.9 * np.pi))

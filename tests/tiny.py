@@ -13,7 +13,7 @@ from torch import nn
 
 from avssl import distributed, losses
 from avssl.losses.base import EpochContext
-from avssl.optim.build import build_optimizer, forget, set_learning_rate
+from avssl.optim.build import build_optimizer, forget, set_schedules
 from avssl.optim.config import OptimConfig
 from avssl.types import CaptionRows, Progress
 
@@ -54,6 +54,15 @@ TINY_LOSSES: dict[str, dict[str, object]] = {
     },
     "sela": {"num_heads": 2, "num_clusters": 6, "num_relabelings": 4, "relabel_epochs": 4},
     "byol": {"projector_hidden_dims": [16], "predictor_hidden_dims": [16], "embedding_dim": 8, "teacher_momentum": 0.9},
+    "dino": {
+        "num_prototypes": 12,
+        "projector_hidden_dims": [16],
+        "embedding_dim": 8,
+        "num_small_crops": 2,
+        "teacher_momentum": 0.9,
+        "teacher_temperature_start": 0.02,
+        "teacher_temperature_epochs": 2,
+    },
     "simsiam": {"projector_hidden_dims": [16], "predictor_hidden_dims": [8], "embedding_dim": 16},
     "barlow_twins": {"projector_hidden_dims": [16], "embedding_dim": 8},
     "distil": {"projector_hidden_dims": [16], "queue_size": 8, "teacher.dim": 32},
@@ -257,7 +266,7 @@ class Run:
         self.values.append(result.total.detach())
         if is_last:
             loss.before_step(progress)
-            set_learning_rate(self.optimizer, self.optim, progress.step, progress.total_steps)
+            set_schedules(self.optimizer, self.optim, progress.step, progress.total_steps)
             self.optimizer.step()
         loss.update(outputs, index)
         if is_last:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from avssl.losses.configs import PairConfig as PairConfig
     from avssl.losses.deepcluster import DeepCluster as DeepCluster
     from avssl.losses.deepcluster_v2 import DeepClusterV2 as DeepClusterV2
+    from avssl.losses.dino import DINO as DINO
     from avssl.losses.distil import Distil as Distil
     from avssl.losses.distil import similarity_divergence as similarity_divergence
     from avssl.losses.lejepa import LeJEPA as LeJEPA
@@ -72,6 +73,7 @@ offer(
         "configs": "CaptionConfig PairConfig",
         "deepcluster": "DeepCluster",
         "deepcluster_v2": "DeepClusterV2",
+        "dino": "DINO",
         "distil": "Distil similarity_divergence",
         "lejepa": "LeJEPA sigreg",
         "moco": "MoCo info_nce",

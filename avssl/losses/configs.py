@@ -159,6 +159,25 @@ class TeacherConfig:
 
 
 @dataclass
+class DINOConfig(MultiCropConfig):
+    """Defaults are those of the authors' code: a vision transformer in 100 epochs."""
+
+    name: str = "dino"
+    num_small_crops: int = 8
+    num_prototypes: int = 65_536
+    temperature: float = 0.1
+    teacher_temperature: float = 0.04  # the authors saw most runs become unstable above 0.07
+    teacher_temperature_start: float = 0.04  # from which it rises linearly in the first
+    teacher_temperature_epochs: int = 0
+    teacher_momentum: float = 0.996  # at the start; goes to 1. The authors take 0.9995 for a batch of 256
+    center_momentum: float = 0.9
+    freeze_epochs: int = 1  # at the start, without updates of the prototypes
+    projector_hidden_dims: tuple[int, ...] = (2048, 2048)
+    projector_batch_norm: bool = False
+    embedding_dim: int = 256
+
+
+@dataclass
 class DistilConfig(PairConfig):
     """Queue and the student's temperature are those of SEED's code; the rest is a start."""
 
@@ -328,6 +347,7 @@ CONFIGURATIONS: dict[str, type[LossConfig]] = {
         CLIPFrozenTextConfig,
         DeepClusterConfig,
         DeepClusterV2Config,
+        DINOConfig,
         DistilConfig,
         LeJEPAConfig,
         MoCoConfig,

@@ -1,13 +1,13 @@
 """Base of the losses on several crops of a sample (multi-crop): two large ones, and small ones of images and videos.
 
 The two large views are PairLoss's "first" and "second"; "small1", "small2", ... are cut from the same image, or in turn
-from the seconds of "first" and "second", with the set "swav_small" (Caron et al. 2020, arXiv 2006.09882).
+from the seconds of "first" and "second" (Caron et al. 2020, arXiv 2006.09882).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ class MultiCropLoss(PairLoss):
     """The crops of a sample and their embeddings."""
 
     augments: ClassVar[tuple[str, str]] = ("swav_large", "swav_large")
+    small_augment: ClassVar[str] = "swav_small"
     large_views: ClassVar[tuple[str, str]] = VIEW_NAMES  # from which codes, memories and centers are computed
 
     @classmethod
@@ -36,7 +37,7 @@ class MultiCropLoss(PairLoss):
         count = cast("MultiCropConfig", config).num_small_crops if visual else 0
         sources = [visual[number % len(visual)] for number in range(count)]
         return large + tuple(
-            View(f"small{number}", source.modality, "swav_small", source.clip)
+            View(f"small{number}", source.modality, cls.small_augment, source.clip)
             for number, source in enumerate(sources, start=1)
         )
 
@@ -54,7 +55,20 @@ class MultiCropLoss(PairLoss):
         return {view.name: view.modality for view in self.views(self.config)}
 
     def project_crops(self, views: Mapping[str, torch.Tensor]) -> Outputs:
-        """Embeddings by view, float32 (B, D), not normalized.
+        """Embeddings by view, float32 (B, D), not normalized, of the encoders and projectors."""
+        return self._through(views, dict(self.encoders.items()), dict(self.projectors.items()))
+
+    @torch.no_grad()
+    def teach_crops(self, views: Mapping[str, torch.Tensor]) -> Outputs:
+        """As `project_crops`, with the teachers in place of encoders and projectors."""
+        teachers: dict[str, Any] = dict(self.teachers.items())
+        encoders, projectors = ({name: teacher[part] for name, teacher in teachers.items()} for part in (0, 1))
+        return self._through(views, encoders, projectors)
+
+    def _through(
+        self, views: Mapping[str, torch.Tensor], encoders: dict[str, nn.Module], projectors: dict[str, nn.Module]
+    ) -> Outputs:
+        """Projections by view, float32 (B, D).
 
         Crops of one modality and size pass through the encoder together, and all crops of a modality through the
         projector: batch norms see the same batches as in the paper.
@@ -66,12 +80,12 @@ class MultiCropLoss(PairLoss):
         features: dict[str, list[torch.Tensor]] = {}
         names_of: dict[str, list[str]] = {}
         for (modality, _), names in groups.items():
-            stacked = self.encoders[modality](torch.cat([views[name] for name in names]))
+            stacked = encoders[modality](torch.cat([views[name] for name in names]))
             features.setdefault(modality, []).append(stacked)
             names_of.setdefault(modality, []).extend(names)
         outputs: Outputs = {}
         for modality, groups_of_rows in features.items():
-            stacked = self.projectors[modality](torch.cat(groups_of_rows))
+            stacked = projectors[modality](torch.cat(groups_of_rows))
             names = names_of[modality]
             outputs.update(zip(names, stacked.float().chunk(len(names)), strict=True))
         return {name: outputs[name] for name in views}

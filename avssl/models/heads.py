@@ -16,16 +16,18 @@ def mlp(
     final_batch_norm: bool = False,
     final_affine: bool = True,
     final_bias: bool = True,
+    gelu: bool = False,
 ) -> nn.Sequential:
-    """Multi-layer perceptron (B, dims[0]) -> (B, dims[-1]): linear layers with ReLU between them.
+    """Multi-layer perceptron (B, dims[0]) -> (B, dims[-1]): linear layers with ReLU or GELU between them.
 
     Args:
         dims: of the input, of each hidden layer and of the output; (512, 512, 512, 128) is AVID's projector, (512, 128)
             one linear layer.
-        batch_norm: put a batch norm before each ReLU.
+        batch_norm: put a batch norm before each of them.
         final_batch_norm: put a batch norm after the last linear layer.
         final_affine: the final batch norm has scale and shift.
         final_bias: the last linear layer has a bias, unless a batch norm follows it.
+        gelu: GELU in place of ReLU.
 
     A linear layer has a bias unless a batch norm follows it, which would cancel the bias. Without batch norm the
     linear layers are modules 0, 2, 4, ... of the result. Raises ValueError for fewer than two dims or dims below 1.
@@ -45,7 +47,7 @@ def mlp(
         if normalize:
             layers.append(nn.BatchNorm1d(dim_out, affine=final_affine or not is_last))
         if not is_last:
-            layers.append(nn.ReLU(inplace=True))
+            layers.append(nn.GELU() if gelu else nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
 
 

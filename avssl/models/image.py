@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 
 from avssl.models.registry import register_encoder
 from avssl.models.weights import load_weights
@@ -133,7 +134,8 @@ class VisionTransformer(nn.Module):
         name: vit_tiny (dim 192) or vit_small (dim 384).
         num_heads: of each attention; default: 3 for vit_tiny, 6 for vit_small. MoCo v3's vit_small has 12.
         depth: number of blocks.
-        image_size_px, patch_size_px: sides of the square images, the only size that it takes, and of their patches.
+        image_size_px, patch_size_px: sides of the square images whose positions are trained, and of their patches. For
+            images of other sizes (multiples of the patch) the positions are interpolated (DINO, arXiv 2104.14294).
         fixed_positions: positions are the 2-D sines and cosines of `sincos_positions` and are not trained (MoCo v3,
             Chen et al. 2021, arXiv 2104.02057), in place of trained ones.
         freeze_patches: the patch projection keeps its random initial weights (MoCo v3, against unstable training).
@@ -166,8 +168,8 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"{name}: num_heads must divide the dim {dim}, got {num_heads}")
         if depth < 1:
             raise ValueError(f"{name}: depth must be at least 1 block, got {depth}")
-        self.name, self.dim, self.image_size_px = name, dim, image_size_px
-        self.net: nn.Module = TorchvisionTransformer(
+        self.name, self.dim, self.image_size_px, self.patch_size_px = name, dim, image_size_px, patch_size_px
+        self.net: Any = TorchvisionTransformer(
             image_size=image_size_px,
             patch_size=patch_size_px,
             num_layers=depth,
@@ -183,15 +185,30 @@ class VisionTransformer(nn.Module):
             self.net.conv_proj.requires_grad_(False)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(B, 3, S, S) with S = image_size_px -> (B, dim). Raises ValueError on another shape."""
+        """(B, 3, H, W) with H and W multiples of patch_size_px -> (B, dim). Raises ValueError on another shape."""
         check_image_input(image)
-        if tuple(image.shape[2:]) != (self.image_size_px, self.image_size_px):
+        height, width = image.shape[2:]
+        if height % self.patch_size_px or width % self.patch_size_px:
             raise ValueError(
-                f"{self.name} has positions for images of {self.image_size_px} x {self.image_size_px} px only, got "
-                f"{tuple(image.shape[2:])}; set its image_size_px to the size of the views"
+                f"{self.name} cuts images into patches of {self.patch_size_px} x {self.patch_size_px} px; got images "
+                f"of {height} x {width} px, which are no multiple of it"
             )
-        feature: torch.Tensor = self.net(image)
+        net, encoder = self.net, self.net.encoder
+        patches = net.conv_proj(image).flatten(2).transpose(1, 2)
+        tokens = torch.cat([net.class_token.expand(len(image), -1, -1), patches], dim=1)
+        tokens = tokens + self._positions(height // self.patch_size_px, width // self.patch_size_px)
+        feature: torch.Tensor = encoder.ln(encoder.layers(encoder.dropout(tokens)))[:, 0]
         return feature
+
+    def _positions(self, rows: int, columns: int) -> torch.Tensor:
+        """Positions (1, 1 + rows columns, dim) of the class token and of a grid of patches, trained or interpolated."""
+        positions: torch.Tensor = self.net.encoder.pos_embedding
+        side = self.image_size_px // self.patch_size_px
+        if (rows, columns) == (side, side):
+            return positions
+        grid = positions[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        grid = interpolate(grid.float(), size=(rows, columns), mode="bicubic", align_corners=False)
+        return torch.cat([positions[:, :1], grid.flatten(2).transpose(1, 2).to(positions.dtype)], dim=1)
 
 
 def sincos_positions(grid_size: int, dim: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Optimizers from a configuration, and the learning rate as a pure function of the step."""
+"""Optimizers from a configuration, and their schedules as pure functions of the step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from avssl.optim.config import OptimConfig
 from avssl.optim.lars import LARS
 from avssl.optim.layers import placements, split_layers
 
-__all__ = ["OptimConfig", "build_optimizer", "forget", "learning_rate", "set_learning_rate"]
+__all__ = ["OptimConfig", "build_optimizer", "forget", "learning_rate", "set_schedules", "weight_decay"]
 
 KINDS: dict[str, Any] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -47,6 +47,9 @@ def build_optimizer(
         for part in split_layers(config, group, placed)
         for split in _split_biases(config, part)
     ]
+    if config.final_weight_decay is not None:
+        for group in split_groups:
+            group["decays"] = "weight_decay" not in group  # by the configuration's, which set_schedules changes
     common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.name == "lars":
         exclude = config.exclude_biases is not False
@@ -141,11 +144,28 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int) -> float:
     return config.lr
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, total_steps: int) -> None:
-    """Set every group's learning rate for this step, times its lr_scale; groups with constant_lr keep config.lr."""
+def weight_decay(config: OptimConfig, step: int, total_steps: int) -> float:
+    """Weight decay of optimizer step `step` (0-based) of `total_steps`.
+
+    >>> weight_decay(OptimConfig(weight_decay=0.04, final_weight_decay=0.4), step=50, total_steps=100)
+    0.22
+    """
+    if config.final_weight_decay is None:
+        return config.weight_decay
+    first, last = config.weight_decay, config.final_weight_decay
+    return last + (first - last) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / max(1, total_steps))))
+
+
+def set_schedules(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int, total_steps: int) -> None:
+    """Set every group's learning rate for this step, times its lr_scale; groups with constant_lr keep config.lr.
+
+    With a final weight decay also that, but for groups that have their own (biases, which have none).
+    """
     scheduled = learning_rate(config, step, total_steps)
     for group in optimizer.param_groups:
         group["lr"] = (config.lr if group.get("constant_lr") else scheduled) * group.get("lr_scale", 1.0)
+        if config.final_weight_decay is not None and group["decays"]:
+            group["weight_decay"] = weight_decay(config, step, total_steps)
 
 
 def forget(optimizer: torch.optim.Optimizer) -> Callable[[Sequence[torch.nn.Parameter]], None]:

@@ -20,6 +20,7 @@ class OptimConfig:
     name: Literal["adam", "adamw", "sgd", "lars"] = "adam"
     lr: float = 2e-4
     weight_decay: float = 1e-5
+    final_weight_decay: float | None = None  # reached along a cosine over the whole run (DINO); null: it stays
     momentum: float = 0.9  # of sgd and lars
     betas: tuple[float, float] = (0.9, 0.999)  # of adam and adamw
     trust: float = 0.001  # of lars

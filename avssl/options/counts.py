@@ -21,7 +21,7 @@ LEAST: dict[str, dict[str, int]] = {
                      "shuffle_block": 1, "cache_decoded": 0},
     "ProbeConfig": {"every_steps": 1, "num_threads": 1, "num_neighbors": 1},
     "OptimConfig": {"warmup_steps": 0, "lr": 0, "final_lr": 0, "gamma": 0, "clip_norm": 0, "weight_decay": 0,
-                    "momentum": 0, "trust": 0, "bias_lr_scale": 0},
+                    "final_weight_decay": 0, "momentum": 0, "trust": 0, "bias_lr_scale": 0},
     "ViewsConfig": {"statistics_samples": 1},
     "VideoViewConfig": {"num_frames": 1},
     "AVIDCMAConfig": {"search_every_epochs": 1},
@@ -29,6 +29,7 @@ LEAST: dict[str, dict[str, int]] = {
     "DeepClusterV2Config": {"num_heads": 1, "kmeans_iterations": 1},
     "SeLaConfig": {"num_heads": 1},
     "MultiCropConfig": {"num_small_crops": 0},
+    "DINOConfig": {"num_prototypes": 2, "teacher_temperature_epochs": 0, "freeze_epochs": 0},
     "SwAVConfig": {"sinkhorn_iterations": 1, "freeze_steps": 0, "queue_size": 0, "queue_from_epoch": 0},
     "TaskConfig": {"batch_size": 1, "num_workers": 0},
     "FrozenConfig": {"train_clips": 1, "test_clips": 1},
@@ -53,6 +54,7 @@ POSITIVE: dict[str, tuple[str, ...]] = {
         ("AVIDConfig", "CropConfig", "MoCoConfig", "MoCoV3Config", "NPIDConfig", "PIRLConfig", "SimCLRConfig"),
         ("temperature",),
     ),
+    "DINOConfig": ("temperature", "teacher_temperature", "teacher_temperature_start"),
 }
 
 
@@ -76,6 +78,8 @@ def check_counts(config: Any, section: str = "") -> None:
         allowed = ""
         if dataclasses.is_dataclass(value):
             check_counts(value, key)
+        elif value is None:  # it says itself what that means
+            continue
         elif field.name in known and not value >= known[field.name]:  # NaN is no number, either
             allowed = f"at least {known[field.name]}"
         elif field.name in positive and not value > 0:

@@ -55,6 +55,10 @@ def published_sets() -> dict[str, ImageAugment]:
         "swav_large": replace(simclr, crop_scale=(0.14, 1.0)),
         "swav_small": replace(simclr, crop_scale=(0.05, 0.14), small=True),
         "swav_two_crops": simclr,
+        # Caron et al. 2021 (DINO; the authors' code): BYOL's pair, and small crops that are blurred half of the time.
+        "dino_first": replace(byol_first, crop_scale=(0.4, 1.0)),
+        "dino_second": replace(byol_second, crop_scale=(0.4, 1.0)),
+        "dino_small": replace(byol_first, crop_scale=(0.05, 0.4), blur_probability=0.5, small=True),
         "pirl": pirl,
         "pirl_jigsaw": replace(pirl, crop_scale=(0.6, 1.0), jigsaw=True),
         # Caron et al. 2018 (DeepCluster): only crop and flip.

@@ -24,7 +24,7 @@ from avssl.eval.finetune.state import TRAINING_FILE, load_state, read_step, save
 from avssl.files.disk_errors import clear_errors
 from avssl.files.json_lines import truncate_log
 from avssl.files.progress import Bar
-from avssl.optim.build import build_optimizer, set_learning_rate
+from avssl.optim.build import build_optimizer, set_schedules
 from avssl.optim.config import OptimConfig
 from avssl.types import Batch
 
@@ -176,7 +176,7 @@ def _train_stage(
         wrapped = nn.parallel.DistributedDataParallel(model, device_ids=ids)
     while step < last:
         for batch in loader.epoch(*divmod(step, loader.steps_per_epoch)):
-            set_learning_rate(optimizer, stage.optim, step - first, stage.num_steps)
+            set_schedules(optimizer, stage.optim, step - first, stage.num_steps)
             seed_step(options.seed, step)
             with torch.autocast(device.type, torch.bfloat16, enabled=options.mixed_precision == "bf16"):
                 logits = wrapped(batch.views)
