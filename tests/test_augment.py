@@ -47,6 +47,9 @@ PAPERS = {
     "byol_second": Published((0.08, 1), (0.4, 0.4, 0.2, 0.1), jitter=0.8, blur=0.1, solarize=0.2),
     "swav_large": Published((0.14, 1), (0.8, 0.8, 0.8, 0.2), jitter=0.8, blur=0.5),
     "swav_small": Published((0.05, 0.14), (0.8, 0.8, 0.8, 0.2), jitter=0.8, blur=0.5),
+    "dino_first": Published((0.4, 1.0), (0.4, 0.4, 0.2, 0.1), jitter=0.8, blur=1.0),
+    "dino_second": Published((0.4, 1.0), (0.4, 0.4, 0.2, 0.1), jitter=0.8, blur=0.1, solarize=0.2),
+    "dino_small": Published((0.05, 0.4), (0.4, 0.4, 0.2, 0.1), jitter=0.8, blur=0.5),
     "swav_two_crops": Published((0.08, 1), (0.8, 0.8, 0.8, 0.2), jitter=0.8, blur=0.5),
     "pirl": Published((0.08, 1), (0.4, 0.4, 0.4, 0.2), photometric=0.66),
     "pirl_jigsaw": Published((0.6, 1), (0.4, 0.4, 0.4, 0.2), photometric=0.66),
@@ -63,7 +66,7 @@ def draw(augment: ImageAugment, count: int, **options: Any) -> list[ViewParams]:
 def test_every_set_is_checked_here_and_only_small_crops_and_jigsaws_differ_in_form() -> None:
     sets = published_sets()
     assert sets.keys() == PAPERS.keys()
-    assert [name for name, augment in sets.items() if augment.small] == ["swav_small"]
+    assert [name for name, augment in sets.items() if augment.small] == ["swav_small", "dino_small"]
     assert [name for name, augment in sets.items() if augment.jigsaw] == ["pirl_jigsaw"]
 
 

@@ -127,7 +127,7 @@ def test_a_temperature_of_a_loss_that_has_none_of_its_own_checks_is_above_0():
     kinds = [
         kind for kind in CONFIGURATIONS.values() if hasattr(kind, "temperature") and kind is not CLIPFrozenTextConfig
     ]
-    assert len(kinds) == 9
+    assert len(kinds) == 10
     for kind in kinds:
         with pytest.raises(ConfigError, match=r"^loss\.temperature is 0.0; it must be above 0"):
             parse(RunConfig, [f"loss.name={kind.name}", "loss.temperature=0"])

@@ -167,7 +167,7 @@ def test_diagnostics_tell_uniform_targets_from_a_class_that_takes_all():
     taken = {**outputs, "first_target": one, "second_target": one}
     each = {**outputs, **{f"{name}_target": torch.eye(CLASSES).repeat(2, 1)[:BATCH] for name in ("first", "second")}}
     found = [loss.diagnostics(case) for case in (uniform, taken, each)]
-    entropies = [(one["target_entropy"].item(), one["target_usage_entropy"].item()) for one in found]
+    entropies = [(one["assignment_entropy"].item(), one["prediction_entropy"].item()) for one in found]
     assert entropies[0] == pytest.approx((1, 1), abs=1e-5)
     assert entropies[1] == pytest.approx((0, 0), abs=1e-5)
     assert entropies[2] == pytest.approx((0, 0.98), abs=0.02)
@@ -205,7 +205,7 @@ def test_centering_and_sharpening_prevent_a_collapse_that_comes_without_either(o
         progress.step += 1
         loss.after_step(progress)
     found = loss.diagnostics(outputs)
-    for name, (low, high) in zip(("target_entropy", "target_usage_entropy"), entropies, strict=True):
+    for name, (low, high) in zip(("assignment_entropy", "prediction_entropy"), entropies, strict=True):
         assert low <= found[name].item() <= high, name
 
 

@@ -33,6 +33,8 @@ def test_the_readme_has_the_table_that_the_registry_prints():
     begin, end = README_MARKERS
     assert text.count(begin) == text.count(end) == 1
     between = text.split(begin)[1].split(end)[0].strip()
+    others = text.split("**AVID+CMA** and ")[1].split()[0]
+    assert others == {17: "seventeen", 18: "eighteen", 19: "nineteen", 20: "twenty"}[len(NAMES) - 2]
     assert between == markdown_table().strip(), "run `python -m avssl.losses --markdown` and put it into README.md"
 
 

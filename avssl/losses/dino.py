@@ -130,14 +130,14 @@ class DINO(MultiCropLoss):
     def diagnostics(self, outputs: Outputs) -> Outputs:
         """Those of every loss, and how the teacher's and the student's large views of all ranks use the prototypes.
 
-        target_entropy is near 1 where all targets are uniform; target_usage_entropy is near 0 where one class takes
-        all. Both are at the temperature at which the teacher arrives.
+        Of the teacher's predictions: assignment_entropy is near 1 where all are uniform, prediction_entropy near 0
+        where one class takes all. Both are at the temperature at which the teacher arrives.
         """
         targets = torch.cat([gather(one) for one in self.targets(outputs, self.config.teacher_temperature)])
         scores = torch.cat([gather(outputs[f"{name}_scores"]) for name in self.large_views])
         return super().diagnostics(outputs) | {
-            "target_entropy": usage_entropy(targets).mean(),
-            "target_usage_entropy": usage_entropy(targets.mean(dim=0)),
+            "assignment_entropy": usage_entropy(targets).mean(),
+            "prediction_entropy": usage_entropy(targets.mean(dim=0)),
             "nearest_prototypes": scores.new_zeros(scores.shape[1]).index_fill_(0, scores.argmax(dim=1), 1.0).sum(),
         }
 

@@ -41,14 +41,14 @@ RULES = (
     Rule(
         "prediction_entropy",
         "the predictions of a batch use next to no clusters",
-        "lower optim.lr, use fewer clusters or prototypes",
+        "lower optim.lr, use fewer clusters or prototypes; of dino a lower loss.center_momentum",
         least=0.1,
     ),
     Rule(
         "assignment_entropy",
         "every sample is predicted to belong to all prototypes alike",
-        "keep the prototypes fixed for longer (loss.freeze_steps) or lower optim.lr; "
-        "loss.projector_final_batch_norm=true helps across modalities",
+        "keep the prototypes fixed for longer (loss.freeze_steps, loss.freeze_epochs) or lower optim.lr; "
+        "loss.projector_final_batch_norm=true helps across modalities, of dino a lower loss.teacher_temperature",
         most=0.995,
     ),
     Rule("label_entropy", "the labels of the data set use next to no clusters", "use fewer clusters", least=0.1),
