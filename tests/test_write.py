@@ -211,11 +211,14 @@ def fail_on_some(path, options, segment):
 
 
 @pytest.mark.slow
-def test_retry_failed_gives_the_bytes_of_a_write_in_which_nothing_had_failed(manifest, written, tmp_path):
+@pytest.mark.parametrize("is_index_lost", [False, True])
+def test_retry_failed_gives_the_bytes_of_a_write_in_which_nothing_failed(manifest, written, tmp_path, is_index_lost):
     out = tmp_path / "shards"
     index = write_shards(manifest, out, OPTIONS, transcode=fail_on_some)
     assert index.num_samples == 8
     assert write_shards(manifest, out, OPTIONS).num_samples == 8  # without being asked nothing is tried again
+    if is_index_lost:
+        (out / "index.json").unlink()
     assert write_shards(manifest, out, OPTIONS, retry_failed=True).num_samples == 11
     assert digest(out) == digest(written)
 

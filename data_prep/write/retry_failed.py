@@ -28,10 +28,9 @@ def current_attempt(folder: OutputFolder) -> int:
     return int(_state(folder)["attempt"])
 
 
-def is_being_packed(folder: OutputFolder) -> bool:
-    """Whether a write was stopped after parts had begun to become shards."""
-    is_written = not folder.exists(INDEX_NAME) and bool(folder.names("shard-"))
-    return is_written and folder.exists(f"{PARTS}/options.json") and not _state(folder)["shards"]
+def has_new_shards(folder: OutputFolder) -> bool:
+    """Whether there are shards that no attempt is about to make parts of."""
+    return bool(folder.names("shard-")) and not _state(folder)["shards"]
 
 
 def begin_retry(folder: OutputFolder, shards: Sequence[ShardRecord]) -> None:

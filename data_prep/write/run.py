@@ -35,7 +35,7 @@ from data_prep.write.parts import PARTS, PartSummary, part_name
 from data_prep.write.progress import WriteProgress
 from data_prep.write.reading import FileOptions, Transcode
 from data_prep.write.repair import check_repair, has_skipped, prepare_repair, proven_shards, whole_shards
-from data_prep.write.retry_failed import begin_retry, current_attempt, is_being_packed, unpack_shards
+from data_prep.write.retry_failed import begin_retry, current_attempt, has_new_shards, unpack_shards
 from data_prep.write.rows import parent_of, scanned
 
 OPTIONS_NAME = f"{PARTS}/options.json"
@@ -71,7 +71,8 @@ def write_shards(
         OSError: the disk is full or the folder cannot be written; what is finished is kept.
     """
     output = OutputFolder.open(folder)
-    if retry_failed and is_being_packed(output):  # parts whose media are in shards already cannot be read on
+    # A write that was stopped among its shards, or lost index.json, is finished first: only whole folders are unpacked.
+    if retry_failed and has_new_shards(output) and not _has_index(output):
         first = write_shards(
             manifest, folder, options, num_workers, transcode, limits=limits, share=share, executor=executor
         )
