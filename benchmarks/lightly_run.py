@@ -121,8 +121,13 @@ class DINO(WithTeacher):
         super().__init__(cfg)
         options = self.options
         sizes = (options.projector_hidden_dims[0], options.embedding_dim, options.num_prototypes)
-        self.head = heads.DINOProjectionHead(self.dim, *sizes, batch_norm=options.projector_batch_norm)
-        self.make_teacher()
+        self.head, self.slow_head = (
+            heads.DINOProjectionHead(self.dim, *sizes, batch_norm=options.projector_batch_norm) for _ in range(2)
+        )
+        self.slow_head.load_state_dict(self.head.state_dict())  # its weight norm cannot be copied
+        self.slow_encoder = copy.deepcopy(self.encoder)
+        deactivate_requires_grad(self.slow_encoder)
+        deactivate_requires_grad(self.slow_head)
         self.criterion = DINOLoss(
             options.num_prototypes, teacher_temp=options.teacher_temperature, student_temp=options.temperature,
             center_momentum=options.center_momentum,
