@@ -19,8 +19,8 @@ with GELU; its weights start from a normal distribution with deviation 0.02.
 Two modalities have a projector each into one space, prototypes in common and a center each; the video's crops predict
 the audio's targets and the other way round. This is designed by analogy, without a published result.
 
-What a run gives away are the student's networks, as with every other loss here. The authors evaluate the teacher; in
-the end the two differ little, because the learning rate goes to 0 (docs/decisions.md).
+The networks that a run hands on are the student's, as with every other loss here. The authors evaluate the teacher,
+which in short runs was behind the student (docs/decisions.md).
 """
 
 from __future__ import annotations
