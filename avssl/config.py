@@ -265,7 +265,7 @@ def _note_auto(values: Any, layer: Any) -> None:
             noted.append(key)
             section, _, name = key.partition(".")
             del layer[section][name]
-    noted += OmegaConf.select(layer, "auto", default=[])
+    noted += [given] if isinstance(given := OmegaConf.select(layer, "auto", default=[]), int | str | None) else given
     if unknown := set(noted) - set(AUTO_KEYS):
         raise ConfigError(f"auto is {brief(sorted(unknown))}; allowed are {', '.join(AUTO_KEYS)}")
     layer.auto = sorted(set(noted))

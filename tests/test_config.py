@@ -69,6 +69,7 @@ def test_a_saved_configuration_reads_back_equal(tmp_path):
         ("loss.temperature=-0.07", r"^loss\.temperature is -0.07; it must be above 0"),
         ("views.video.fps=0", r"^views\.video\.fps is 0.0; it must be above 0"),
         ("views.statistics_samples=0", r"^views\.statistics_samples is 0; it must be at least 1"),
+        ("auto=false", r"^auto is \[False\]; allowed are data\.global_batch_size, data\.num_workers"),
         ("--optim.lr", "changes are written key=value, without dashes"),
         ("nothing.yaml", r"nothing\.yaml: no such file"),
     ],
