@@ -327,7 +327,7 @@ def test_ranges_read_in_processes_give_the_same_files(tmp_path, monkeypatch):
         ({}, ["--test-share", ".3", "--seed", "x"], r"--seed is 'x'; it must be a number from 0, or auto"),
         ({}, ["--test-share", ".3", "--by", "colour"], r"no row has a label 'colour'"),
         ({}, ["--test-share", ".3", "--group", "speaker"], r"no row has a label 'speaker'"),
-        ({}, ["--test-share", ".3", "--group", "folder"], r"no row would be in .*, of 1 folders"),
+        ({}, ["--test-share", ".3", "--group", "folder"], r"of 1 folders .* The 2 parts need at least as many"),
         ({"labels": {"speaker": ["a", "b"]}}, ["--test-share", ".3", "--group", "speaker"], r"line 1: has 2 names"),
         ({"part": "test"}, ["--test-share", ".3"], r"is, or holds, the test part of a split"),
         ({"labels": {"label": 3}}, ["--test-share", ".3"], r"line 1: labels is"),

@@ -283,12 +283,18 @@ def _refuse_empty(summary: SplitSummary) -> None:
     """ValueError if a part that is asked for has no rows."""
     shares = {TRAIN: 1.0, VALIDATION: summary.rule.validation_share, TEST: summary.rule.test_share}
     num_groups, what = int(summary.groups.sum()), summary.rule.groups_name
-    for part, share in shares.items():
-        if share and not summary.groups[part]:
+    wanted = [part for part, share in shares.items() if share]
+    advice = (
+        "Give --seed auto, which looks for a draw that comes close to the shares, a larger share, or smaller groups "
+        "(--group)"
+        if num_groups >= len(wanted)
+        else f"The {len(wanted)} parts need at least as many: list more files, or give smaller groups (--group)"
+    )
+    for part in wanted:
+        if not summary.groups[part]:
             raise ValueError(
                 f"{summary.manifest}: no row would be in {PARTS[part]}, of {num_groups} {what} that are drawn one by "
-                "one; nothing is written. Give --seed auto, which looks for a draw that comes close to the shares, a "
-                "larger share, or smaller groups (--group)"
+                f"one; nothing is written. {advice}"
             )
 
 
