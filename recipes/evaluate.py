@@ -24,12 +24,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
-import avssl.eval
 from avssl import config
 from avssl.errors import end_now, one_line_errors
+from avssl.eval.configs import CONFIGURATIONS
 from avssl.files.plain_text import begin_command, brief, emit, say, say_lines
 from avssl.help_text import describe
 from avssl.plugins import required
@@ -40,7 +39,7 @@ from avssl.types import HUB_SCHEME, PUBLIC_PREFIXES
 
 # What is heavy is imported in the functions, so that --help comes at once.
 if TYPE_CHECKING:
-    from avssl.eval.outcome import TaskConfig
+    from avssl.eval.configs import TaskConfig
 
 OUT, MODEL = "out=", "model."  # arguments for public models: the folder of results, and changes of how it embeds
 
@@ -49,7 +48,7 @@ def checked_overlap(run: Path, task: TaskConfig) -> dict[str, Any]:
     """The overlap of test and training samples, measured before hours of work. ValueError unless the task allows it."""
     from avssl import distributed
     from avssl.eval import overlap
-    from avssl.eval.outcome import LabelTaskConfig
+    from avssl.eval.configs import LabelTaskConfig
 
     if not task.train and not task.test:
         return {"by_run": "unknown", "tests": []}  # the error of the task says what is missing
@@ -70,7 +69,7 @@ def evaluate(run: Path, task: TaskConfig) -> Path:
     from avssl import checkpoint, distributed
     from avssl.embedding.embedder import Embedder, inputs_of
     from avssl.eval import overlap, results, tasks
-    from avssl.eval.outcome import LabelTaskConfig
+    from avssl.eval.configs import LabelTaskConfig
     from avssl.losses import registry
 
     if task.checkpoint:  # settled once: the run may go on meanwhile
@@ -121,7 +120,7 @@ def load_task(arguments: list[str], read: Callable[..., TaskConfig] = config.loa
 
     from avssl import distributed
     from avssl.eval import tasks
-    from avssl.eval.outcome import LabelTaskConfig
+    from avssl.eval.configs import LabelTaskConfig
 
     kind = tasks.get(config.value_of(arguments, "task", "standard"))
     task = read(kind.Config, [*arguments, f"task={kind.name}"])
@@ -209,36 +208,36 @@ def compare_files(arguments: list[str]) -> None:
     emit("result", first=files[0], second=files[1], weights=weights, confidence=confidence)
 
 
-def task_names() -> list[str]:
-    """The tasks of this program, by their files."""
-    folders = [str(Path(folder, "tasks")) for folder in avssl.eval.__path__]
-    return sorted(module.name for module in iter_modules(folders))
-
-
 def refuse_what_is_not(run: str, arguments: list[str]) -> None:
-    """FileNotFoundError for no run, ConfigError for no file, recipe, task or change: before PyTorch is imported."""
+    """FileNotFoundError for no run, ConfigError for no file, recipe, task, key or value: before PyTorch is imported."""
     if not run.startswith(PUBLIC_PREFIXES):
         config.load_run(run)
-    known = task_names()
-    for word in replace_names(arguments, "evaluate/"):
-        if not (Path(word).is_file() or "=" in word or word.startswith("-") or word in known):
+    words = [word for word in replace_names(arguments, "evaluate/") if not word.startswith((OUT, MODEL))]
+    for word in words:
+        if not (Path(word).is_file() or "=" in word or word.startswith("-") or word in CONFIGURATIONS):
             raise config.ConfigError(
                 f"{brief(word)}: no such file, recipe of evaluation (`avssl recipes` lists them) or task "
-                f"({', '.join(known)})"
+                f"({', '.join(CONFIGURATIONS)})"
             )
+    changes = [f"task={word}" if word in CONFIGURATIONS else word for word in words]
+    kind = CONFIGURATIONS.get(config.value_of(changes, "task", "standard"))
+    if kind and not config.value_of(changes, "plugins", ""):
+        config.load(kind, changes)
 
 
 def usage(arguments: list[str]) -> str:
     """The text above, and the keys of a task if one is named."""
     named = [argument for argument in arguments if argument not in ("-h", "--help") and not Path(argument).is_dir()]
     if not named:
-        return f"{__doc__}\nTasks: {', '.join(task_names())}; `avssl evaluate --help TASK` prints the keys of one"
-    from avssl.eval import tasks
-
+        return f"{__doc__}\nTasks: {', '.join(CONFIGURATIONS)}; `avssl evaluate --help TASK` prints the keys of one"
     is_name = len(named) == 1 and "=" not in named[0] and not Path(named[0]).is_file()
     name = named[0] if is_name else config.value_of(named, "task", "standard")
-    schema = tasks.get(name).Config
-    return f"{__doc__}\nTasks: {', '.join(tasks.names())}\n\n{name}:\n{describe(schema)}"
+    schema = CONFIGURATIONS.get(name)
+    if schema is None:  # of a plugin
+        from avssl.eval import tasks
+
+        schema = tasks.get(name).Config
+    return f"{__doc__}\nTasks: {', '.join(CONFIGURATIONS)}\n\n{name}:\n{describe(schema)}"
 
 
 def command(arguments: list[str]) -> int:

@@ -15,7 +15,7 @@ import avssl
 from avssl.embedding import loading
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.table import EmbeddingTable
-from avssl.eval.tasks.standard import StandardConfig
+from avssl.eval.configs import StandardConfig
 from avssl.losses.base import Loss
 from avssl.shards.shard_set import ShardSet
 from avssl.types import LossConfig, MediaError, View

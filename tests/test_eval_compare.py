@@ -14,7 +14,8 @@ import pytest
 from scipy import stats
 
 from avssl.eval.compare import compare, mcnemar, paired_differences
-from avssl.eval.outcome import LabelTaskConfig, Metric, Outcome, Repeat, classified
+from avssl.eval.configs import LabelTaskConfig
+from avssl.eval.outcome import Metric, Outcome, Repeat, classified
 from avssl.eval.results import evaluation_of, read_evaluation, read_rows, write
 from recipes import evaluate as recipe
 

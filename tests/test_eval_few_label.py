@@ -8,8 +8,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.preprocessing import StandardScaler
 
+from avssl.eval.configs import FewLabelConfig
 from avssl.eval.labels import FeatureSet, make_fold
-from avssl.eval.tasks.few_label import FewLabelConfig, few_label, stratified
+from avssl.eval.tasks.few_label import few_label, stratified
 
 
 def several_labels(num_samples: int = 120, seed: int = 0) -> np.ndarray:

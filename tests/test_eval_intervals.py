@@ -11,8 +11,9 @@ from scipy import stats
 
 from avssl.eval import intervals, results
 from avssl.eval.compare import comparison_table, paired_differences
+from avssl.eval.configs import TaskConfig
 from avssl.eval.intervals import values_of
-from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig
+from avssl.eval.outcome import Metric, Outcome, Repeat
 from avssl.report.page import write_report
 from avssl.report.scores import samples_text
 from avssl.report.stored import Result

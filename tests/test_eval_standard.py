@@ -19,9 +19,10 @@ from avssl.embedding.embedder import Embedder
 from avssl.embedding.table import VECTOR_COLUMNS, EmbeddingTable
 from avssl.eval import tasks
 from avssl.eval.compare import is_comparable, refuse_unless_comparable
+from avssl.eval.configs import StandardConfig
 from avssl.eval.outcome import Outcome
 from avssl.eval.results import read_evaluation, read_rows
-from avssl.eval.tasks.standard import StandardConfig, evaluate_tables, positive_sets, protocol_of
+from avssl.eval.tasks.standard import evaluate_tables, positive_sets, protocol_of
 from recipes import evaluate as recipe
 from tests.conftest import run_python
 

@@ -14,7 +14,7 @@ from avssl.device import usable_device
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.sources import list_sources, write_listing
 from avssl.embedding.table import EmbeddingTable
-from avssl.eval.tasks.standard import StandardConfig
+from avssl.eval.configs import StandardConfig
 from avssl.files import whole
 from avssl.files.tensors import write_tensors
 from avssl.report.page import write_report

@@ -6,6 +6,8 @@ import ast
 import pytest
 
 from avssl import config, models
+from avssl.eval import tasks
+from avssl.eval.configs import CONFIGURATIONS as TASK_CONFIGURATIONS
 from avssl.files.plain_text import PlainParser
 from avssl.losses import registry
 from avssl.losses.configs import CONFIGURATIONS
@@ -87,12 +89,21 @@ def test_what_is_no_run_and_no_folder_of_embeddings_is_said_before_pytorch_is_lo
 
 
 @pytest.mark.slow
-def test_a_task_that_there_is_not_is_said_before_pytorch_is_loaded(tmp_path, capsys):
+def test_a_task_or_key_that_there_is_not_is_said_before_pytorch_is_loaded(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text("seed: 1")
-    assert "torch" not in loaded_after(AS_MAIN, "avssl/__main__.py", "evaluate", tmp_path, "no_task")
-    with pytest.raises(SystemExit):
-        evaluate.command([str(tmp_path), "no_task"])
-    assert "no such file, recipe of evaluation" in capsys.readouterr().err
+    for wrong in (["no_task"], ["knn", "num_nieghbors=3"], ["few_label", "per_class=x"], ["--help", "knn"]):
+        assert "torch" not in loaded_after(AS_MAIN, "avssl/__main__.py", "evaluate", tmp_path, *wrong)
+    for wrong, words in ((["no_task"], "no such file, recipe of evaluation"), (["knn", "num_neihbors=3"], "neighbors")):
+        with pytest.raises(SystemExit):
+            evaluate.command([str(tmp_path), *wrong])
+        assert words in capsys.readouterr().err
+
+
+def test_the_keys_of_a_task_are_those_that_stand_without_pytorch():
+    own = {name: tasks.get(name).Config for name in tasks.names() if name in TASK_CONFIGURATIONS}
+    assert own == TASK_CONFIGURATIONS
+    files = {path.stem for path in (ROOT / "avssl/eval/tasks").glob("*.py")} - {"__init__"}
+    assert files == own.keys()
 
 
 @pytest.mark.slow

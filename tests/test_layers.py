@@ -43,11 +43,10 @@ MAY_IMPORT = {
     "avssl/public_models": "types files transforms models/public losses config checkpoint",
     "avssl/embedding": "exports types version files distributed processes plugins media shards transforms ops models "
     "models/public losses config device checkpoint public_models",
-    "avssl/eval": "exports files distributed plugins shards transforms ops models data embedding",
+    "avssl/eval": "exports files distributed plugins shards transforms ops models optim data embedding",
     "avssl/eval/finetune": "types options files distributed plugins shards transforms ops models optim data embedding "
     "eval",
-    "avssl/eval/tasks": "types distributed shards transforms ops optim losses data checkpoint embedding eval "
-    "eval/finetune",
+    "avssl/eval/tasks": "types distributed shards transforms ops losses data checkpoint embedding eval eval/finetune",
     "avssl/prepared": "files distributed shards config",
     "avssl/train": "types files distributed processes plugins shards transforms models models/public losses "
     "data config device checkpoint public_models embedding eval",

@@ -17,7 +17,7 @@ from avssl.embedding.embedder import Embedder
 from avssl.embedding.media import Media
 from avssl.embedding.table import EmbeddingTable
 from avssl.embedding.windows import MediaReader
-from avssl.eval.tasks.standard import StandardConfig
+from avssl.eval.configs import StandardConfig
 from avssl.models import create_encoder
 from avssl.shards.shard_set import ShardSet
 from avssl.transforms.config import ViewsConfig

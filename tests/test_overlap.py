@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from avssl.eval import overlap
-from avssl.eval.outcome import LabelTaskConfig, Outcome, Repeat, TaskConfig
+from avssl.eval.configs import LabelTaskConfig, TaskConfig
+from avssl.eval.outcome import Outcome, Repeat
 from avssl.shards.format import SideCar
 from avssl.shards.sample_digests import sample_digests
 from avssl.shards.shard_set import ShardSet

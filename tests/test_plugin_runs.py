@@ -12,7 +12,7 @@ import torch
 import avssl
 from avssl import losses
 from avssl.eval import registry as tasks
-from avssl.eval.outcome import TaskConfig
+from avssl.eval.configs import TaskConfig
 from avssl.models import create_encoder
 from avssl.plugins import files, required
 from avssl.transforms.own import AUGMENTS

@@ -13,7 +13,7 @@ import yaml
 import avssl
 from avssl import config, losses
 from avssl.eval import registry as tasks
-from avssl.eval.outcome import TaskConfig
+from avssl.eval.configs import TaskConfig
 from avssl.models import ENCODERS, create_encoder, register_encoder
 from avssl.plugins import files, required
 from avssl.plugins.files import PluginError

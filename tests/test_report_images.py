@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from avssl.embedding.table import EmbeddingTable
-from avssl.eval.tasks.standard import StandardConfig, evaluate_tables
+from avssl.eval.configs import StandardConfig
+from avssl.eval.tasks.standard import evaluate_tables
 from avssl.pages.media import MediaLibrary, image_thumbnail
 from avssl.report import write_report
 from avssl.report.curves import read_metrics, training_facts

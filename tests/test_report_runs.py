@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from avssl.eval import results
-from avssl.eval.outcome import LabelTaskConfig, Outcome, classified
+from avssl.eval.configs import LabelTaskConfig
+from avssl.eval.outcome import Outcome, classified
 from avssl.files.locks import locked
 from avssl.pages.markup import Html
 from avssl.pages.media import MediaLibrary, mu_law, sound_excerpt

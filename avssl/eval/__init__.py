@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from avssl.exports import offer
 
 if TYPE_CHECKING:
+    from avssl.eval.configs import LabelTaskConfig as LabelTaskConfig
+    from avssl.eval.configs import TaskConfig as TaskConfig
     from avssl.eval.knn import KNNResult as KNNResult
     from avssl.eval.knn import knn as knn
-    from avssl.eval.outcome import LabelTaskConfig as LabelTaskConfig
     from avssl.eval.outcome import Metric as Metric
     from avssl.eval.outcome import Outcome as Outcome
     from avssl.eval.outcome import Repeat as Repeat
-    from avssl.eval.outcome import TaskConfig as TaskConfig
     from avssl.eval.outcome import classified as classified
     from avssl.eval.registry import register_task as register_task
     from avssl.eval.retrieval import retrieval as retrieval
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 offer(
     __name__,
     {
+        "configs": "LabelTaskConfig TaskConfig",
         "knn": "knn KNNResult",
-        "outcome": "LabelTaskConfig Metric Outcome Repeat TaskConfig classified",
+        "outcome": "Metric Outcome Repeat classified",
         "registry": "register_task",
         "retrieval": "retrieval",
     },

@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from avssl.data.every_sample import ClipPlan
 from avssl.eval.classifiers import FitAndScore, classify_layer, fused
+from avssl.eval.configs import FrozenConfig, LabelTaskConfig
 from avssl.eval.features import extract
 from avssl.eval.labels import FeatureSet, Fold, labels_digest, make_fold
-from avssl.eval.outcome import LabelTaskConfig, Outcome, merged
+from avssl.eval.outcome import Outcome, merged
 from avssl.shards.shard_set import ShardSet
 
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
 
 FROZEN = {"frozen": "encoders, projectors, statistics of the views", "batch_norm": "eval (running statistics)"}
-
-
-@dataclass
-class FrozenConfig(LabelTaskConfig):
-    """The keys of tasks on stored features of frozen networks."""
-
-    layers: list[str] = field(default_factory=lambda: ["feature"])  # feature, embedding, conv2x .. conv5x
-    fuse: str = "concatenate"  # of `modality: both`: concatenate (unit features), or average (scores of two models)
-    train_clips: int = 1  # evenly spaced clips per training sample
-    test_clips: int = 1  # evenly spaced clips per test sample; their scores are averaged
-    random_train_clips: bool = False  # draw the training clips instead of spacing them evenly
-    speed: list[float] = field(default_factory=lambda: [1.0, 1.0])  # of random audio clips: range of the factor
-    volume: list[float] = field(default_factory=lambda: [1.0, 1.0])  # the same for a factor on the waveform
-    seed: int = 0  # of random training clips and of the classifier
 
 
 def modalities_of(config: LabelTaskConfig, embedder: Embedder) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from avssl.eval.outcome import LabelTaskConfig
+from avssl.eval.configs import LabelTaskConfig
 
 
 @dataclass(frozen=True)

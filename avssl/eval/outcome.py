@@ -1,4 +1,4 @@
-"""The common configuration of evaluation tasks, and their outcome: repeats with metrics that can be computed again.
+"""The outcome of evaluation tasks: repeats with metrics that can be computed again.
 
 A metric is a function of arrays with one entry per test row and of the rows' weights, and of nothing else. Weights of 1
 give the value; counts of a bootstrap give the value on resampled rows (avssl/eval/compare.py).
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avssl.eval.configs import TaskConfig
 from avssl.eval.metrics import KINDS, OF_PAIRS, prepared
 
 Array = NDArray[Any]
@@ -24,53 +25,6 @@ ANCHORS = "positives"  # the repeat of the task `standard` whose rows are the tr
 
 # {key that was added to the configurations of tasks: its value where it is not used}
 ADDED_KEYS: dict[str, Any] = {"encoders": {}, "layer_decay": 1.0}
-
-
-@dataclass
-class TaskConfig:
-    """The keys that every task of `avssl evaluate` has; a task adds its own.
-
-    >>> TaskConfig(task="standard", test="shards/").num_workers
-    2
-    """
-
-    task: str = ""  # a file of avssl/eval/tasks
-    train: str = ""  # shard folder or URL that is learned from
-    test: str = ""  # shard folder or URL that is scored
-    checkpoint: str = ""  # "latest" or a step, of a run that goes on or was stopped; "": the finished run
-    allow_overlap: bool = False  # evaluate a test set that was trained on; the result says how many samples were
-    batch_size: int = 64  # clips per forward pass
-    num_workers: int = 2  # decoding processes
-    device: str = "cpu"
-    plugins: list[Any] = field(default_factory=list)  # Python files with tasks, ... of your own: docs/plugins.md
-
-    @property
-    def name(self) -> str:
-        """The name of the result; "" for a task with one result per run."""
-        return ""
-
-    @property
-    def untrained(self) -> bool:
-        """Whether random weights are evaluated beside the run's own."""
-        return True
-
-
-@dataclass
-class LabelTaskConfig(TaskConfig):
-    """The keys of tasks on labels and folds, of which a run may have several results.
-
-    >>> LabelTaskConfig(task="knn", name="kinetics").label_field
-    'label'
-    """
-
-    name: str = ""  # of the result: RUN/evaluations/<task>-<name>.json; default: the YAML's own
-    folds: list[int] = field(default_factory=list)  # e.g. [1, 2, 3]: numbers to put for {fold} in `train` and `test`
-    fold_field: str = ""  # instead of `folds`: a label field of `train` that names the folds; each is tested once
-    label_field: str = "label"  # the label field of the samples
-    multi_label: bool = False  # several labels per sample: mAP, AUC and d' in place of accuracies
-    modality: str = "video"  # video, audio, image, or both (video and audio)
-    untrained: bool = True  # evaluate random weights beside the run's own
-    folder: str = ""  # of the checkpoints of a task that trains; default RUN/evaluations/<task>-<name>
 
 
 @dataclass(frozen=True)

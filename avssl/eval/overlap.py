@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from avssl.eval.outcome import ANCHORS, LabelTaskConfig, Outcome, TaskConfig
+from avssl.eval.configs import LabelTaskConfig, TaskConfig
+from avssl.eval.outcome import ANCHORS, Outcome
 from avssl.files.whole import whole_path
 from avssl.shards.sample_digests import Digests, SampleDigests, sample_digests
 from avssl.shards.shard_set import ShardSet

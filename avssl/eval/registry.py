@@ -7,7 +7,8 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from avssl.eval.outcome import Outcome, TaskConfig
+from avssl.eval.configs import TaskConfig
+from avssl.eval.outcome import Outcome
 from avssl.plugins.registry import Registry
 
 Function = TypeVar("Function", bound=Callable[[Any, Any], Outcome])

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from avssl.eval.configs import TaskConfig
 from avssl.eval.intervals import DIFFERENCE, intervals_of, units_text
-from avssl.eval.outcome import Metric, Outcome, Repeat, TaskConfig, keys_digest, settings_of
+from avssl.eval.outcome import Metric, Outcome, Repeat, keys_digest, settings_of
 from avssl.files.checked_json import Fields, parse
 from avssl.files.damaged_files import open_npz
 from avssl.files.locks import locked

@@ -37,9 +37,9 @@ from avssl.distributed import from_first_rank
 from avssl.embedding.embedder import Embedder
 from avssl.embedding.loading import EMBEDDING_MODULES
 from avssl.eval.classifiers import FitAndScore, classify_layer, knn_scores, logistic_scores, require_sklearn
+from avssl.eval.configs import LabelTaskConfig
 from avssl.eval.features import extract
 from avssl.eval.labels import FeatureSet, make_fold
-from avssl.eval.outcome import LabelTaskConfig
 from avssl.files.checked_json import Fields, dump
 from avssl.files.disk_errors import clear_errors
 from avssl.files.json_lines import truncate_log

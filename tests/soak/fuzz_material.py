@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from avssl.embedding.index import FileRecord, FolderIndex
-from avssl.eval.outcome import LabelTaskConfig, Outcome, classified
+from avssl.eval.configs import LabelTaskConfig
+from avssl.eval.outcome import Outcome, classified
 from avssl.eval.results import evaluation_of
 from avssl.eval.results import write as write_result
 from avssl.files.tensors import write_tensors

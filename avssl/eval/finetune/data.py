@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from avssl.eval.configs import LabelTaskConfig
 from avssl.eval.frozen import check_label_field, fold_paths
 from avssl.eval.labels import label_targets
-from avssl.eval.outcome import LabelTaskConfig
 from avssl.shards.shard_set import ShardSet
 from avssl.shards.subset import ShardSubset
 from avssl.transforms.config import ViewsConfig

@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from avssl.data.loader import Loader
 from avssl.data.loader_config import LoaderConfig
 from avssl.data.statistics import measure_statistics
 from avssl.distributed import gather_objects, rank, world_size
+from avssl.eval.configs import TrainedConfig
 from avssl.eval.finetune.data import ShardFold, changed, few_labels, has_same_spectrograms, shard_folds, training_views
 from avssl.eval.finetune.scores import Scores, clip_accuracy, score
 from avssl.eval.finetune.state import (
@@ -30,7 +31,7 @@ from avssl.eval.finetune.state import (
 )
 from avssl.eval.finetune.training import Criterion, Headed, Stage, TrainingOptions, train
 from avssl.eval.frozen import modalities_of
-from avssl.eval.outcome import LabelTaskConfig, Metric, Repeat, classified, settings_of, targets_digest
+from avssl.eval.outcome import Metric, Repeat, classified, settings_of, targets_digest
 from avssl.models.create import create_encoder, without_weights
 from avssl.ops import kernels
 from avssl.optim.config import OptimConfig
@@ -40,30 +41,6 @@ from avssl.transforms.view_maker import ViewMaker
 
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
-
-
-@dataclass
-class TrainedConfig(LabelTaskConfig):
-    """The keys of classifiers that are trained on augmented clips. `batch_size` is in clips, for the test alone."""
-
-    epochs: int = 10  # each of `clips_per_sample` passes over the training samples
-    clips_per_sample: int = 1  # random clips per sample and epoch, one per pass
-    train_batch_size: int = 64  # samples per step, over all processes
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0))
-    milestone_epochs: list[float] = field(default_factory=list)  # lr times optim.gamma after these; sets the schedule
-    label_smoothing: float = 0.0  # of single labels
-    label_share: float = 1.0  # of the training samples of each class that is used, at least one; drawn by the seed
-    seeds: list[int] = field(default_factory=lambda: [0])  # of heads, order, augmentation; a repeat per seed and fold
-    augment: str = ""  # set of views.augments for images and video; "": the run's, crop and flip for images
-    views: dict[str, Any] = field(default_factory=dict)  # changes to the run's views, e.g. {video: {num_frames: 32}}
-    encoders: dict[str, Any] = field(default_factory=dict)  # changes to encoders' options: {image: {drop_path: 0.1}}
-    test_clips: int = 10  # evenly spaced over each sample; their scores are averaged
-    test_crops: int = 1  # of an image or frame: 1, the center, or 3 along the longer side
-    mixed_precision: str = "fp32"  # or bf16
-    order_lanes: int = 0  # as data.order_lanes in pretraining: fixes the order for any number of processes
-    max_failure_rate: float = 0.01  # share of unreadable training samples at which it stops; none in the test
-    log_every_steps: int = 10
-    checkpoint_every_steps: int = 500
 
 
 # Keys without influence on the training of a classifier: they may change when it is resumed.

@@ -4,7 +4,7 @@ A task is a configuration and a function. The recipe calls the function once wit
 ones, averages over repeats (folds, seeds), and writes RUN/evaluations/<task>-<name>.json:
 
     @dataclass
-    class Config(LabelTaskConfig):              # avssl/eval/outcome.py: the keys of tasks on labels
+    class Config(LabelTaskConfig):              # avssl/eval/configs.py: the keys of tasks on labels
         num_neighbors: int = 20                 # keys of the YAML; unknown ones are refused
 
     @register("knn", Config)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from avssl.data.every_sample import ClipPlan
 from avssl.eval.classifiers import fused, require_sklearn
+from avssl.eval.configs import ClusteringConfig
 from avssl.eval.features import extract
-from avssl.eval.frozen import FROZEN, FrozenConfig, modalities_of
+from avssl.eval.frozen import FROZEN, modalities_of
 from avssl.eval.labels import targets_of, usable
 from avssl.eval.metrics import KINDS
 from avssl.eval.outcome import Metric, Outcome, Repeat
@@ -23,15 +23,6 @@ if TYPE_CHECKING:
 
 METRICS = ("normalized_mutual_information", "adjusted_rand_index", "purity")
 NUM_SHUFFLES = 20  # chance is the mean over random assignments with clusters of the same sizes
-
-
-@dataclass
-class ClusteringConfig(FrozenConfig):
-    """The keys of k-means on the test samples; the rows are the means of their unit clips."""
-
-    num_clusters: int = 0  # 0: as many as there are classes
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])  # of k-means
-    num_restarts: int = 10  # per seed; the one with the tightest clusters counts
 
 
 @register("clustering", ClusteringConfig)

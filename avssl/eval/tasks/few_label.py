@@ -7,7 +7,7 @@ With several labels per sample (`multi_label`) a drawn sample has all of its lab
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,27 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from avssl.eval.classifiers import FitAndScore, classify_layer, knn_scores, logistic_scores, require_sklearn
-from avssl.eval.frozen import FROZEN, FrozenConfig, folds
+from avssl.eval.configs import FewLabelConfig
+from avssl.eval.frozen import FROZEN, folds
 from avssl.eval.labels import Fold, LabeledFeatures, labels_digest
 from avssl.eval.outcome import Outcome, Repeat
 from avssl.eval.tasks import register
 
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
-
-
-@dataclass
-class FewLabelConfig(FrozenConfig):
-    """The keys of stratified draws: the share of each class is rounded (halves up) and at least one sample."""
-
-    fractions: list[float] = field(default_factory=lambda: [0.01, 0.1])  # of the training samples
-    per_class: list[int] = field(default_factory=list)  # samples per class
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4])  # of the draw
-    classifier: str = "linear"  # linear (logistic regression), or knn
-    cost: float = 1.0  # C of the logistic regression
-    max_iterations: int = 1000
-    num_neighbors: int = 20
-    temperature: float = 0.07
 
 
 @register("few_label", FewLabelConfig)

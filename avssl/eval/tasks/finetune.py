@@ -6,35 +6,20 @@ recipes/configs/evaluate/finetune_*.yaml, with their sources; docs/finetuning.md
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from avssl.eval.configs import FinetuneConfig
 from avssl.eval.finetune.data import ShardFold
-from avssl.eval.finetune.task import TrainedConfig, check, encoder_of, repeats, run_repeat, scheduled
+from avssl.eval.finetune.task import check, encoder_of, repeats, run_repeat, scheduled
 from avssl.eval.finetune.training import Classifier, Stage
 from avssl.eval.frozen import modalities_of
 from avssl.eval.outcome import Outcome
 from avssl.eval.tasks import register
-from avssl.optim.config import OptimConfig
 from avssl.transforms.config import ViewsConfig
 from avssl.transforms.view_maker import ViewMaker
 
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
-
-
-@dataclass
-class FinetuneConfig(TrainedConfig):
-    """The head is dropout and a linear layer on the feature of the encoder; with `modality: both`, on both features."""
-
-    dropout: float = 0.5  # of the feature, before the linear layer
-    head_epochs: int = 0  # of the head alone, before the whole network; counted as `epochs`
-    head_optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=1e-4, weight_decay=0.0))
-    head_batch_norm: Literal["train", "frozen"] = (
-        "frozen"  # of the encoder in these epochs: `train` moves running statistics
-    )
-    batch_norm: Literal["train", "frozen"] = "train"  # of the encoder in the other epochs
-    encoder_lr_scale: float = 1.0  # the learning rate of the encoder over that of the head
 
 
 @register("finetune", FinetuneConfig)

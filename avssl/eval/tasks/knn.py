@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from avssl.eval.classifiers import knn_scores
-from avssl.eval.frozen import FrozenConfig, classify
+from avssl.eval.configs import KNNConfig
+from avssl.eval.frozen import classify
 from avssl.eval.outcome import Outcome
 from avssl.eval.tasks import register
 
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
-
-
-@dataclass
-class KNNConfig(FrozenConfig):
-    """The keys of kNN; neighbors vote with exp(cosine / temperature)."""
-
-    num_neighbors: int = 20
-    temperature: float = 0.07
 
 
 @register("knn", KNNConfig)

@@ -6,25 +6,18 @@ on augmented clips, are the task `linear_probe`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from avssl.eval.classifiers import logistic_scores, require_sklearn
-from avssl.eval.frozen import FrozenConfig, classify
+from avssl.eval.configs import LinearConfig
+from avssl.eval.frozen import classify
 from avssl.eval.outcome import Outcome
 from avssl.eval.tasks import register
 
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
-
-
-@dataclass
-class LinearConfig(FrozenConfig):
-    """The keys of the classifier; its L2 regularization is 1 / (2 C) |w|^2 beside the sum of the losses."""
-
-    costs: list[float] = field(default_factory=lambda: [1.0])  # C; of several, the best on a fifth of the training set
-    max_iterations: int = 1000
 
 
 @register("linear", LinearConfig)

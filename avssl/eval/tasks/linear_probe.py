@@ -7,16 +7,16 @@ linear_probe_kinetics400.yaml). Logistic regression on stored features, without 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from avssl.data.every_sample import clip_set
+from avssl.eval.configs import LinearProbeConfig
 from avssl.eval.finetune.data import ShardFold
 from avssl.eval.finetune.layer_probes import LinearProbes
-from avssl.eval.finetune.task import TrainedConfig, check, encoder_of, repeats, run_repeat, scheduled
+from avssl.eval.finetune.task import check, encoder_of, repeats, run_repeat, scheduled
 from avssl.eval.finetune.training import Stage
 from avssl.eval.frozen import FROZEN, modalities_of
 from avssl.eval.outcome import Outcome
@@ -26,15 +26,6 @@ from avssl.transforms.view_maker import ViewMaker
 
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
-
-
-@dataclass
-class LinearProbeConfig(TrainedConfig):
-    """The keys of the probes. The defaults are no published protocol: those are in
-    recipes/configs/evaluate/linear_probe_*.yaml."""
-
-    layers: list[str] = field(default_factory=list)  # of conv2x .. conv5x and pool; []: every stage the encoder has
-    probe_batch_norm: bool = True  # before each linear layer, with scale and shift
 
 
 @register("linear_probe", LinearProbeConfig)

@@ -8,14 +8,14 @@ UCF-101 and HMDB-51; otherwise they search the test clips.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avssl.data.every_sample import ClipPlan
+from avssl.eval.configs import RetrievalConfig
 from avssl.eval.features import extract
-from avssl.eval.frozen import FROZEN, FrozenConfig, modalities_of
+from avssl.eval.frozen import FROZEN, modalities_of
 from avssl.eval.labels import FeatureSet, targets_of, usable
 from avssl.eval.outcome import Metric, Outcome, Repeat, targets_digest
 from avssl.eval.retrieval import chance_of_same_label, retrieval_ranks, same_label_search
@@ -25,16 +25,6 @@ from avssl.shards.shard_set import ShardSet
 
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
-
-
-@dataclass
-class RetrievalConfig(FrozenConfig):
-    """The keys of retrieval by cosine; a row is the mean of the unit clips of a sample."""
-
-    modality: str = "both"  # both: across modalities and within each; one modality: within it
-    layers: list[str] = field(default_factory=lambda: ["embedding"])  # across modalities only embeddings are compared
-    recall_at: list[int] = field(default_factory=lambda: [1, 5, 10, 20, 50])
-    label_field: str = ""  # for retrieval within a modality; empty: only across modalities
 
 
 @register("retrieval", RetrievalConfig)

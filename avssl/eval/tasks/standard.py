@@ -8,9 +8,9 @@ results can be compared.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from avssl import checkpoint, distributed
 from avssl.embedding.embed_shards import embed_split
 from avssl.embedding.table import MODALITIES, EmbeddingTable
+from avssl.eval.configs import StandardConfig
 from avssl.eval.knn import knn, knn_chance
-from avssl.eval.outcome import ANCHORS, Metric, Outcome, Repeat, TaskConfig, keys_digest, targets_digest
+from avssl.eval.outcome import ANCHORS, Metric, Outcome, Repeat, keys_digest, targets_digest
 from avssl.eval.retrieval import DIRECTIONS, RECALL_AT, chance_levels, class_precision_rows, retrieval_ranks
 from avssl.eval.tasks import register
 from avssl.losses import registry
@@ -36,18 +37,6 @@ BANKS = ("loss.banks.video.rows", "loss.banks.audio.rows")
 AGREEMENTS: tuple[Agreement, ...] = ("consensus", "union", "video", "audio")
 Columns = dict[str, NDArray[Any]]
 Metrics = dict[str, Metric]
-
-
-@dataclass
-class StandardConfig(TaskConfig):
-    """The keys of the task. kNN takes its neighbors from `train`; retrieval is over all pairs of `test`."""
-
-    task: str = "standard"
-    num_neighbors: int = 20
-    temperature: float = 0.07
-    knn_on: Literal["feature", "embedding"] = "feature"  # encoder output, or the shared space after the projector
-    num_positives: int = 32  # positives per anchor whose precision is computed
-    window_seconds: float = 0.0  # 0: the audio clip of the run, or its video clip if it has no audio
 
 
 @register("standard", StandardConfig)

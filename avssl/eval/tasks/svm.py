@@ -6,26 +6,18 @@ Morgado et al. 2021 (arXiv 2004.12943): hinge loss, 200 iterations, C = 10 (ESC-
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from avssl.eval.classifiers import require_sklearn, svm_scores
-from avssl.eval.frozen import FrozenConfig, classify
+from avssl.eval.configs import SVMConfig
+from avssl.eval.frozen import classify
 from avssl.eval.outcome import Outcome
 from avssl.eval.tasks import register
 
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
-
-
-@dataclass
-class SVMConfig(FrozenConfig):
-    """The keys of scikit-learn's LinearSVC."""
-
-    cost: float = 1.0  # C
-    max_iterations: int = 200
-    deviation_offset: float = 0.01  # added to the standard deviation that features are divided by
 
 
 @register("svm", SVMConfig)

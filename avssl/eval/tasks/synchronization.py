@@ -8,7 +8,6 @@ frozen embeddings, by their cosine: no classifier is trained.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +16,9 @@ import torch
 from avssl.data.batch import stack_raw_views
 from avssl.data.every_sample import ClipPlan, SampleClips
 from avssl.data.read_views import decode_audio_clip, decode_video_clip
+from avssl.eval.configs import SynchronizationConfig
 from avssl.eval.features import extract_from
-from avssl.eval.frozen import FROZEN, FrozenConfig, modalities_of
+from avssl.eval.frozen import FROZEN, modalities_of
 from avssl.eval.labels import FeatureSet
 from avssl.eval.metrics import best_threshold
 from avssl.eval.outcome import Metric, Outcome, Repeat
@@ -32,17 +32,6 @@ from avssl.types import Span
 
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
-
-
-@dataclass
-class SynchronizationConfig(FrozenConfig):
-    """The keys of the task. Cosines are averaged over test_clips evenly spaced positions per sample."""
-
-    modality: str = "both"
-    layers: list[str] = field(default_factory=lambda: ["embedding"])
-    label_field: str = ""  # not used
-    shift_seconds: float = 0.0  # of the shifted audio clip from the aligned one; 0: the run's audio clip length
-    silence_dbfs: float = -60.0  # samples whose audio clips are all below this level are left out
 
 
 @register("synchronization", SynchronizationConfig)

@@ -10,36 +10,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from avssl.data.every_sample import ClipPlan
+from avssl.eval.configs import SLOT, ZeroShotConfig
 from avssl.eval.features import extract
 from avssl.eval.frozen import FROZEN, check_label_field, modalities_of
 from avssl.eval.labels import targets_of, usable
-from avssl.eval.outcome import LabelTaskConfig, Metric, Outcome, Repeat, classified
+from avssl.eval.outcome import Metric, Outcome, Repeat, classified
 from avssl.eval.tasks import register
 from avssl.ops.nearest import unit
 from avssl.shards.shard_set import ShardSet
 
 if TYPE_CHECKING:
     from avssl.embedding.embedder import Embedder
-
-SLOT = "{}"
-
-
-@dataclass
-class ZeroShotConfig(LabelTaskConfig):
-    """The keys of the task. Of several test clips the cosines are averaged."""
-
-    templates: list[str] = field(default_factory=lambda: [f"a photo of a {SLOT}."])  # {} is the class
-    class_names: dict[str, str] = field(default_factory=dict)  # words for labels that are none: {n01440764: tench}
-    test_clips: int = 1  # evenly spaced clips per sample
-    per_class: bool = True  # a line for every class
-    untrained: bool = False  # random weights beside the text of trained ones say nothing
 
 
 @register("zero_shot", ZeroShotConfig)
