@@ -99,10 +99,6 @@ SETTINGS: dict[str, list[str]] = {
     "distil:regression": [*DISTIL, "loss.teacher.modality=audio", "loss.similarity_weight=0"],
     "distil:similarity": [*DISTIL, "loss.teacher.modality=audio", "loss.regression_weight=0"],
     "distil:from_video": [*DISTIL, "loss.teacher.modality=video"],
-    "dino": [
-        PAIR, "loss.projector_hidden_dims=[128,128]", "loss.projector_batch_norm=true", "loss.embedding_dim=64",
-        "loss.num_prototypes=64", "loss.num_small_crops=0", "loss.teacher_momentum=0.99", "loss.freeze_epochs=0",
-    ],
     "lejepa": [
         PAIR, "loss.projector_hidden_dims=[128,128]", "loss.embedding_dim=64", "loss.num_small_crops=0",
     ],

@@ -16,8 +16,8 @@ are made unit inside the forward pass: this is the last layer of the authors' co
 so the optimizer's weight decay changes nothing but the size of their steps. The projector is a multi-layer perceptron
 with GELU; its weights start from a normal distribution with deviation 0.02.
 
-Two modalities have a projector each into one space, prototypes in common and a center each; the video's crops predict
-the audio's targets and the other way round. This is designed by analogy, without a published result.
+It compares views of one modality. Across video and audio, with prototypes in common and a center each, the targets
+became uniform (docs/decisions.md).
 
 The networks that a run hands on are the student's, as with every other loss here. The authors evaluate the teacher,
 which in short runs was behind the student (docs/decisions.md).
@@ -41,14 +41,14 @@ from avssl.losses.swav import swapped_prediction
 from avssl.models.heads import mlp
 from avssl.ops.clusters import fitted_num_clusters, usage_entropy
 from avssl.ops.teacher import check_momentum, cosine_momentum, follow, frozen_copy
-from avssl.types import LossConfig, LossOutput, Progress
+from avssl.types import LossConfig, LossOutput, Modality, Progress
 
 START_DEVIATION = 0.02  # of the projector's weights
 
 
 @register("dino")
 class DINO(MultiCropLoss):
-    """Predictions of a slow teacher's classes. State: the teacher, and a center of its scores per modality.
+    """Predictions of a slow teacher's classes. State: the teacher, and the center of its scores.
 
     >>> encoders = {"image": create_encoder("resnet10", width=8)}
     >>> config = DINO.Config(num_small_crops=0, projector_hidden_dims=(16,), embedding_dim=8, num_prototypes=12)
@@ -61,9 +61,11 @@ class DINO(MultiCropLoss):
     Config: ClassVar[type[LossConfig]] = DINOConfig
     family: ClassVar[str] = "distillation"
     paper: ClassVar[str] = "Caron et al. 2021, arXiv 2104.14294"
-    state: ClassVar[str] = "EMA teacher, centers"
+    state: ClassVar[str] = "EMA teacher, center"
     augments: ClassVar[tuple[str, str]] = ("dino_first", "dino_second")
     small_augment: ClassVar[str] = "dino_small"
+    pairs: ClassVar[tuple[tuple[Modality, ...], ...]] = (("image", "image"), ("video", "video"), ("audio", "audio"))
+    center: torch.Tensor
 
     def __init__(self, config: DINOConfig, encoders: Mapping[str, nn.Module], num_samples: int) -> None:
         super().__init__(config, encoders, num_samples)
@@ -73,6 +75,7 @@ class DINO(MultiCropLoss):
             raise ValueError(f"loss.center_momentum is {config.center_momentum}; it must be from 0 to 1")
         self.prototypes = nn.Linear(config.embedding_dim, config.num_prototypes, bias=False)
         self.teacher_prototypes = frozen_copy(self.prototypes)
+        self.register_buffer("center", torch.zeros(1, config.num_prototypes))
         for modality in encoders:
             dims = (self.feature_dim(modality), *config.projector_hidden_dims, config.embedding_dim)
             projector = mlp(dims, batch_norm=config.projector_batch_norm, gelu=True)
@@ -83,7 +86,6 @@ class DINO(MultiCropLoss):
                         nn.init.zeros_(layer.bias)
             self.projectors[modality] = projector
             self.teachers[modality] = frozen_copy(self.student(modality))
-            self.register_buffer(f"{modality}_center", torch.zeros(1, config.num_prototypes))
 
     @classmethod
     def fitted(cls, config: LossConfig, num_samples: int, global_batch_size: int) -> dict[str, int]:  # noqa: ARG003
@@ -112,13 +114,7 @@ class DINO(MultiCropLoss):
 
     def targets(self, outputs: Outputs, temperature: float) -> list[torch.Tensor]:
         """The teacher's predictions (B, K) of the large views, centered and sharpened."""
-        return [
-            ((outputs[f"{name}_target"] - self.center(name)) / temperature).softmax(dim=1) for name in self.large_views
-        ]
-
-    def center(self, view: str) -> torch.Tensor:
-        """The center (1, K) of the teacher's scores of a view's modality."""
-        return self.get_buffer(f"{self.modality_of[view]}_center")
+        return [((outputs[f"{name}_target"] - self.center) / temperature).softmax(dim=1) for name in self.large_views]
 
     def teacher_temperature(self, epoch: int) -> float:
         """T_t of an epoch: from its start to its end value in `teacher_temperature_epochs` epochs, both included."""
@@ -148,12 +144,10 @@ class DINO(MultiCropLoss):
 
     @torch.no_grad()
     def update(self, outputs: Outputs, index: torch.Tensor) -> None:  # noqa: ARG002
-        """Move the centers towards the mean of this batch's scores of the teacher, over all ranks."""
-        for modality in self.teachers:
-            names = [name for name in self.large_views if self.modality_of[name] == modality]
-            mean = torch.cat([outputs[f"{name}_target"] for name in names]).mean(dim=0, keepdim=True)
-            mean = gather(mean).mean(dim=0, keepdim=True)  # ranks have as many rows
-            self.get_buffer(f"{modality}_center").lerp_(mean, 1 - self.config.center_momentum)
+        """Move the center towards the mean of this batch's scores of the teacher, over all ranks."""
+        mean = torch.cat([outputs[f"{name}_target"] for name in self.large_views]).mean(dim=0, keepdim=True)
+        mean = gather(mean).mean(dim=0, keepdim=True)  # ranks have as many rows
+        self.center.lerp_(mean, 1 - self.config.center_momentum)
 
     def after_step(self, progress: Progress) -> None:
         """Move the teachers towards the student, which the step has just changed."""
