@@ -1,6 +1,6 @@
 """What CMA adds to AVID that is trained as long, and when: five seeds at several agreements of a corpus' classes.
 
-    python benchmarks/cma_claim.py [--corpus shapes] [--agreements 0.5,0.75,1] [--seeds 5] [--out FOLDER]
+    python benchmarks/cma_claim.py [--corpus shapes] [--agreements 0.5,0.9,1] [--num-positives 64] [--out FOLDER]
 
 The demo's networks. A start of AVID goes on with AVID and, for as many steps of the same order, with AVID+CMA; both
 rates end at 0 along a cosine. Judged by kNN, ranks and the precision of the four kinds of positives; differences are
@@ -29,22 +29,25 @@ METRICS = ("video_knn", "audio_knn", "median_rank")
 Result = dict[str, object]
 
 
-def one_seed(corpus: Corpus, seed: int, start_steps: int, steps: int) -> dict[str, dict[str, float]]:
+def one_seed(
+    corpus: Corpus, seed: int, start_steps: int, steps: int, num_positives: int
+) -> dict[str, dict[str, float]]:
     """{start, avid, avid_cma: metrics at the end}."""
     drawn = [f"seed={seed}", f"loss.seed={seed}"]
     first = SmallRun(corpus, [str(RECIPES / "demo_avid.yaml"), f"steps={start_steps}", *drawn])
-    results = {START: end_of(first)}
+    results = {START: end_of(first, num_positives)}
     again = [f"seed={seed + 100}", f"loss.seed={seed + 100}", f"steps={steps}", "optim.schedule=cosine"]
     for name, recipe in ((LONGER, "demo_avid.yaml"), (CMA, "demo_avid_cma.yaml")):
-        run = SmallRun(corpus, [str(RECIPES / recipe), *again], first)
-        results[name] = end_of(run)
+        own = [f"loss.num_positives={num_positives}"] if name == CMA else []
+        run = SmallRun(corpus, [str(RECIPES / recipe), *again, *own], first)
+        results[name] = end_of(run, num_positives)
     return results
 
 
-def end_of(run: SmallRun) -> dict[str, float]:
+def end_of(run: SmallRun, num_positives: int) -> dict[str, float]:
     """Metrics after the last step, with the precision of positives."""
     *_, last = run.train(every_steps=run.cfg.steps)
-    return {**last, **run.positive_precision(num_positives=64)}
+    return {**last, **run.positive_precision(num_positives)}
 
 
 def report(results: Sequence[Result], agreements: Sequence[float]) -> str:
@@ -95,6 +98,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--start-steps", type=int, default=600)
     parser.add_argument("--steps", type=int, default=500, help="of AVID and of AVID+CMA after the start")
+    parser.add_argument(
+        "--num-positives", type=int, default=64, help="for each clip; about as many as clips belong together"
+    )
     parser.add_argument("--out", type=Path, default=Path(".cache/cma_claim"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -102,16 +108,17 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "runs.jsonl"
     agreements = [float(text) for text in arguments.agreements.split(",")]
+    counts = {name: getattr(arguments, name) for name in ("start_steps", "steps", "num_positives")}
     for seed in range(arguments.seeds):
         for agreement in agreements:
-            which = {"corpus": arguments.corpus, "agreement": agreement, "seed": seed}
-            which |= {"start_steps": arguments.start_steps, "steps": arguments.steps}
+            which = {"corpus": arguments.corpus, "agreement": agreement, "seed": seed, **counts}
             if any(which.items() <= one.items() for one in stored(path)):
                 continue
             corpus = Corpus(arguments.corpus, prepare(arguments.corpus, folder / "corpora", agreement))
-            ends = one_seed(corpus, seed, arguments.start_steps, arguments.steps)
+            ends = one_seed(corpus, seed, **counts)
             store(path, *({**end, "run": name, **which} for name, end in ends.items()))
-    results = [one for one in stored(path) if one["corpus"] == arguments.corpus]
+    of_all = {"corpus": arguments.corpus, **counts}
+    results = [one for one in stored(path) if of_all.items() <= one.items()]
     print(machine(), report(results, agreements), sep="\n\n")
 
 
