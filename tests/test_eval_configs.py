@@ -13,6 +13,8 @@ import pytest
 from avssl import config
 from avssl.embedding.embedder import Embedder
 from avssl.eval import tasks
+from avssl.eval.configs import FinetuneConfig
+from avssl.eval.outcome import settings_of
 from avssl.eval.results import read_evaluation
 from data_prep.index.build import IndexOptions, build_idx_manifest, build_manifest
 from data_prep.transcode.encode import write_media
@@ -190,3 +192,14 @@ def test_every_yaml_runs_as_it_is(name: str, runs: Any, labeled: Any, audio_shar
         amount = "10_per_class_" if name.startswith("few") else ""
         wanted = {f"{amount}audio_feature_mean_average_precision", f"{amount}audio_feature_d_prime"}
         assert wanted <= evaluation["results"]["trained"].keys()
+
+
+def test_settings_of_a_finetuning_with_no_later_key_are_those_of_earlier_versions() -> None:
+    first = {
+        "name", "lr", "weight_decay", "momentum", "betas", "trust", "exclude_biases", "bias_lr_scale", "fused",
+        "clip_norm", "schedule", "warmup_steps", "final_lr", "milestone_steps", "gamma",
+    }  # fmt: skip
+    assert settings_of(FinetuneConfig())["optim"].keys() == first
+    config = FinetuneConfig()
+    config.optim.final_weight_decay = 0.1
+    assert settings_of(config)["optim"].keys() == first | {"final_weight_decay"}

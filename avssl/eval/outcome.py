@@ -24,7 +24,7 @@ Array = NDArray[Any]
 ANCHORS = "positives"  # the repeat of the task `standard` whose rows are the training samples
 
 # {key that was added to the configurations of tasks: its value where it is not used}
-ADDED_KEYS: dict[str, Any] = {"encoders": {}, "layer_decay": 1.0}
+ADDED_KEYS: dict[str, Any] = {"encoders": {}, "layer_decay": 1.0, "final_weight_decay": None}
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def settings_of(config: TaskConfig) -> dict[str, Any]:
     settings = asdict(config)
     for section in (settings, *(value for value in settings.values() if isinstance(value, dict))):
         for key, unused in ADDED_KEYS.items():
-            if section.get(key) == unused:
+            if key in section and section[key] == unused:
                 del section[key]
     return settings
 
